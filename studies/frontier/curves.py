@@ -32,6 +32,18 @@ class Resampled(NamedTuple):
     reward: np.ndarray
 
 
+class Gain(NamedTuple):
+    """An arm's reward minus another's at the same KL.
+
+    Attributes:
+        gain: ``[b]``.
+        measured: Whether the other is read between measured points.
+    """
+
+    gain: np.ndarray
+    measured: bool
+
+
 class Measured:
     """The measurements of a reward for some seeds, and the resamples that all methods share.
 
@@ -140,8 +152,21 @@ class Measured:
         kls, rewards = ([path[:, -1] for path in paths] for paths in zip(*trainings, strict=True))
         return Resampled(self._over_seeds(kls), self._over_seeds(rewards))
 
-    def rate_of(self, arm: str, target: float) -> float | None:
-        """The learning rate with the highest mean reward at a KL, among those with which every seed reached it.
+    def minus_at_its_end(self, arm: str, rate: float, base: str) -> "Gain | None":
+        """An arm's reward where its trainings ended, minus another's at the same KL of each seed; None if that did not get there.
+
+        The other's learning rate is the best one at the mean of these distances with which every seed reached its own.
+        """
+        trainings = self._trainings(arm)[rate]
+        for chosen in self._choosing.rates_of(base, float(np.mean([one.kl[0, -1] for one in trainings]))):
+            pairs = list(zip(trainings, self._trainings(base).get(chosen, []), strict=False))
+            gain = self._over_seeds([own.reward[:, -1] - at(*other, own.kl[:, -1]) for own, other in pairs])
+            if not np.isnan(gain[0]):
+                return Gain(gain, all(_between_points([other], own.kl[0, -1]) for own, other in pairs))
+        return None
+
+    def rates_of(self, arm: str, target: float) -> list[float]:
+        """The learning rates with which every seed reached a KL, from the highest mean reward there down.
 
         A rate that was measured before and after that KL goes before one whose first measured point lies beyond it: between the
         start and its first point, a training's path is not known.
@@ -151,7 +176,11 @@ class Measured:
             found = [at(one.kl[:1], one.reward[:1], target)[0] for one in trainings]
             if not np.isnan(found).any():
                 means[rate] = (_between_points(trainings, target), float(np.mean(found)))
-        return max(means, key=lambda rate: means[rate]) if means else None
+        return sorted(means, key=lambda rate: means[rate], reverse=True)
+
+    def rate_of(self, arm: str, target: float) -> float | None:
+        """The first of :meth:`rates_of`; None if there is none."""
+        return next(iter(self.rates_of(arm, target)), None)
 
     def is_measured(self, arm: str, target: float) -> bool:
         """Whether an arm's reward at a KL is read between measured points, and not between the start and the first of them."""
@@ -191,13 +220,15 @@ def _between_points(trainings: Sequence[Resampled], target: float) -> bool:
     return all(one.kl[0, 1] <= target for one in trainings)
 
 
-def at(kl: np.ndarray, reward: np.ndarray, target: float) -> np.ndarray:
-    """Rewards where paths first reach a KL, between the points before and after; NaN where they do not.  [b, p], [b, p] -> [b]
+def at(kl: np.ndarray, reward: np.ndarray, target: float | np.ndarray) -> np.ndarray:
+    """Rewards where paths first reach a KL, or each its own, between the points before and after; NaN where they do not.
+
+    [b, p], [b, p], [] or [b] -> [b]
 
     Between two points the reward is linear in the root of the KL, as a small step's gain is; a line over the KL itself would lie
     under every curve, and most where points are far apart.
     """
-    reached = kl >= target
+    reached = kl >= np.reshape(target, (-1, 1))
     after = np.maximum(reached.argmax(1), 1)
     rows = np.arange(len(kl))
     low, high = np.sqrt(np.maximum(kl[rows, after - 1], 0.0)), np.sqrt(np.maximum(kl[rows, after], 0.0))

@@ -51,7 +51,7 @@ def lines_of(found: Measured) -> list[str]:
         title = f"Minus the best of these at the same KL: {'; '.join(ARMS[name].title for name in variants)}."
         rows = (_row(_differences(found, arm, *variants)) for arm in online)
         lines += ["", title, "", *_head(["method", *kls]), *rows]
-    lines += _ends(found, [arm for arm in online if arm.name != ONLINE_BASE])
+    lines += _ends(found, [arm for arm in arms if arm.group == "online"])
     seeds = ", ".join(map(str, found.seeds))
     note = f"Seeds {seeds}; n = {found.prompts} replies a method and point. Intervals are over seeds and prompts. The start has {found.start:.3f}."
     dash = "A dash: no training got that far with every seed. ~: read between the start and the first measured point, where the path is not known."
@@ -59,43 +59,38 @@ def lines_of(found: Measured) -> list[str]:
 
 
 def _ends(found: Measured, arms: Sequence[Arm]) -> list[str]:
-    """Where online trainings end, with the difference to :data:`ONLINE_BASE` at the same factor of the KL penalty.
+    """Where online trainings end: minus DPO at the same distance, and minus :data:`ONLINE_BASE` with the same factor of the KL penalty.
 
-    Only arms with its rewards are compared: to others, the same factor is another penalty.
+    Only arms with its rewards are compared with it: to others, the same factor is another penalty.
     """
-    arms = [arm for arm in arms if arm.body["scores"] == ARMS[ONLINE_BASE].body["scores"]]
-    penalties = found.penalties(ONLINE_BASE) if found.has(ONLINE_BASE) else []
-    if not penalties or not arms:
+    base = next((arm for arm in arms if arm.name == ONLINE_BASE), None)
+    if base is None:
         return []
-    title = f"Minus {ARMS[ONLINE_BASE].title} with the same factor of the KL penalty:"
-    lines = [
-        "",
-        "### Where trainings on own replies end",
-        "",
-        title,
-        "",
-        *_head(["method", "factor", "reward", "minus", "KL, nats", "minus"]),
-    ]
-    for penalty in penalties:
-        base = found.end(ONLINE_BASE, penalty)
-        lines.append(
-            _row(
-                [
-                    ARMS[ONLINE_BASE].title,
-                    f"{penalty:g}",
-                    _cell(base.reward, found),
-                    "",
-                    _cell(base.kl, found),
-                    "",
-                ]
-            )
-        )
-        for arm in arms:
-            if penalty in found.penalties(arm.name):
-                own = found.end(arm.name, penalty)
-                both = ((own.reward, base.reward), (own.kl, base.kl))
-                cells = (_cell(figures, found) for one, other in both for figures in (one, one - other))
-                lines.append(_row([arm.title, f"{penalty:g}", *cells]))
+    alike = [arm for arm in arms if arm.body["scores"] == base.body["scores"]]
+    controlled = len(alike) > 1
+    about = "Where trainings on own replies end, each with one factor of the KL penalty; in brackets the part of DPO's distance to best-of-N that this is"
+    about += f". The first is {base.title}, with the same factor:" if controlled else ":"
+    columns = ["method", "factor", "reward", "minus DPO there", "KL, nats"]
+    columns += ["reward minus the first", "KL minus the first"] if controlled else []
+    heading = ["### Where trainings on own replies end", ""] if controlled else []
+    lines = ["", *heading, about, "", *_head(columns)]
+    listed = [(penalty, arm) for penalty in found.penalties(ONLINE_BASE) for arm in alike]
+    listed += [(penalty, arm) for arm in arms if arm not in alike for penalty in found.penalties(arm.name)]
+    for penalty, arm in listed:
+        if penalty not in found.penalties(arm.name):
+            continue
+        own, there = found.end(arm.name, penalty), found.minus_at_its_end(arm.name, penalty, "dpo")
+        minus = ["", ""] if controlled else []
+        if arm in alike and arm is not base:
+            first = found.end(ONLINE_BASE, penalty)
+            minus = [_cell(own.reward - first.reward, found), _cell(own.kl - first.kl, found)]
+        of_dpo, kl = _cell(None, found), float(own.kl[0])
+        if there is not None:
+            share = there.gain[0] / (found.limit(kl)[0] - own.reward[0] + there.gain[0])
+            of_dpo = ("" if there.measured else "~") + _cell(there.gain, found)
+            of_dpo += f" ({share:.0%})" if kl <= best_of_kl(found.largest) else ""
+        cells = [_cell(own.reward, found), of_dpo, _cell(own.kl, found), *minus]
+        lines.append(_row([arm.title, f"{penalty:g}", *cells]))
     return lines
 
 
