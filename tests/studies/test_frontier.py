@@ -19,6 +19,7 @@ from studies.frontier.judges import known_words
 from studies.frontier.judges import lines_of as judge_lines
 from studies.frontier.measure import divergence, logps_of, of_tokens, sampled
 from studies.frontier.reachable import best_at
+from studies.frontier.reachable import lines_of as reachable_lines
 from studies.frontier.runs import made_by, recipe_of, save, start_of, stored, values_file
 from studies.frontier.tables import lines_of, short_lines
 from studies.frontier.world import (
@@ -80,7 +81,9 @@ def test_a_method_is_read_at_its_best_learning_rate_for_each_distance(tmp_path: 
     assert found.rewards("dpo", 4.0)[0] == pytest.approx(0.4)
 
 
-def test_a_rate_that_was_measured_around_a_distance_goes_before_one_that_jumped_over_it(tmp_path: Path) -> None:
+def test_a_rate_that_was_measured_around_a_distance_goes_before_one_that_jumped_over_it(
+    tmp_path: Path,
+) -> None:
     """The second rate would have 0.6 at 4 nats if its path were straight, and nobody knows whether it is."""
     stored_values(tmp_path, "dpo", 0, "one", **{"0.1": ([1, 4], [0.2, 0.4]), "0.2": ([9, 16], [0.9, 1.0])})
     found = Measured(tmp_path, "vader", [0])
@@ -261,6 +264,7 @@ def test_the_tables_of_the_default_model_are_made_from_the_stored_values(
 
 def test_other_tables_of_the_pages_are_made_from_the_stored_values() -> None:
     assert "\n".join(judge_lines(STORED, "vader", LOOKED_AT)) in (DOCS / "results.md").read_text()
+    assert "\n".join(reachable_lines(STORED, "vader", (0,))) in (DOCS / "results.md").read_text()
     found = Measured(STORED, "vader", LOOKED_AT)
     assert "\n".join(short_lines(found)) in (DOCS / "methods.md").read_text()
 
