@@ -155,15 +155,25 @@ class Measured:
     def minus_at_its_end(self, arm: str, rate: float, base: str) -> "Gain | None":
         """An arm's reward where its trainings ended, minus another's at the same KL of each seed; None if that did not get there.
 
-        The other's learning rate is the best one at the mean of these distances with which every seed reached its own.
+        The other's learning rate is the best one at these distances, on the seeds that choose; as in :meth:`rates_of`, one that was
+        measured around them goes first.
         """
-        trainings = self._trainings(arm)[rate]
-        for chosen in self._choosing.rates_of(base, float(np.mean([one.kl[0, -1] for one in trainings]))):
-            pairs = list(zip(trainings, self._trainings(base).get(chosen, []), strict=False))
-            gain = self._over_seeds([own.reward[:, -1] - at(*other, own.kl[:, -1]) for own, other in pairs])
-            if not np.isnan(gain[0]):
-                return Gain(gain, all(_between_points([other], own.kl[0, -1]) for own, other in pairs))
+        known = {
+            other: gain
+            for other in self._choosing._trainings(base)
+            if (gain := self._choosing._minus_at_end(arm, rate, base, other)) is not None
+        }
+        for other in sorted(known, key=lambda one: (not known[one].measured, known[one].gain[0])):
+            if (gain := self._minus_at_end(arm, rate, base, other)) is not None:
+                return gain
         return None
+
+    def _minus_at_end(self, arm: str, rate: float, base: str, other: float) -> "Gain | None":
+        """The same against one learning rate of the other; None if a seed did not get there."""
+        pairs = list(zip(self._trainings(arm)[rate], self._trainings(base)[other], strict=True))
+        gain = self._over_seeds([own.reward[:, -1] - at(*path, own.kl[:, -1]) for own, path in pairs])
+        measured = all(_between_points([path], own.kl[0, -1]) for own, path in pairs)
+        return None if np.isnan(gain[0]) else Gain(gain, measured)
 
     def rates_of(self, arm: str, target: float) -> list[float]:
         """The learning rates with which every seed reached a KL, from the highest mean reward there down.

@@ -100,6 +100,21 @@ def test_an_online_method_is_also_read_at_the_ends_of_its_trainings(tmp_path: Pa
     assert found.rate_of("rl_reward", 4.0) == 0.0
 
 
+def test_the_end_of_an_online_training_is_compared_at_its_own_distance(tmp_path: Path) -> None:
+    """The seeds end at 4 and 1 nats; the first rate of DPO has 0.4 and 0.2 there, the second one's points lie beyond."""
+    for seed, kl in ((0, 4.0), (1, 1.0)):
+        stored_values(tmp_path, "rl_reward", seed, "one", **{"1": ([kl / 2, kl], [0.1, 0.9])})
+        stored_values(
+            tmp_path, "dpo", seed, "one", **{"0.1": ([1, 4], [0.2, 0.4]), "0.2": ([9, 16], [0.9, 1.0])}
+        )
+        save(values_file(tmp_path, "vader", "start", seed), {"0/reward": np.zeros((1, 2))})
+    found = Measured(tmp_path, "vader", [0, 1]).minus_at_its_end("rl_reward", 1.0, "dpo")
+    assert found is not None
+    assert found.gain[0] == pytest.approx(0.9 - (0.4 + 0.2) / 2)
+    assert found.measured
+    assert Measured(tmp_path, "vader", [0, 1]).minus_at_its_end("rl_reward", 1.0, "simpo") is None
+
+
 def test_the_best_of_some_arms_is_chosen_for_each_distance(tmp_path: Path) -> None:
     stored_values(tmp_path, "dpo", 0, "one", **{"0.1": ([1, 4], [0.4, 0.5])})
     stored_values(tmp_path, "dpo_b1", 0, "one", **{"0.1": ([1, 4], [0.3, 0.6])})
