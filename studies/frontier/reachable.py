@@ -1,7 +1,7 @@
 """What a judge allows: the most reward that a policy could have at a distance from the start, if it followed the judge exactly.
 
 Among all policies at the same KL to the start, the one with the highest mean score is the start's distribution times ``exp(b score)``,
-normalised for each prompt (the optimum of the loss that DPO and REINFORCE with a KL penalty share). It is computed here by
+normalised for each prompt (the optimum of reward minus a KL penalty, which DPO and REINFORCE share). It is computed here by
 weighting replies of the start, without any training: first with the reward itself as the score, then with the sums of what a judge
 gives the tokens. What a training gets less than that is lost in training; what the judge's optimum has less than the reward's is
 lost by the judge.

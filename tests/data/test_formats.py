@@ -454,9 +454,11 @@ def test_the_advice_for_a_column_of_rows_in_memory_works():
     assert from_rows([row], name="rows").comparisons[0].responses == ("tea", "no")
 
 
-@pytest.mark.parametrize("row", [{"prompt": "q"}, {"prompt": "q", "system": "Be brief."}])
-def test_rows_of_prompts_alone_are_called_so(source, row):
-    with pytest.raises(UserError, match=r"pairs .*missing: chosen, rejected · these are prompts alone"):
+@pytest.mark.parametrize(
+    "row", [{"prompt": "q"}, {"prompt": "q", "system": "Be brief."}, {"prompt": "q", "id": 1}]
+)
+def test_rows_of_prompts_alone_are_told_who_takes_them(source, row):
+    with pytest.raises(UserError, match=r"pairs .*missing: chosen, rejected · only ReinforceTrainer"):
         load(source(row))
 
 

@@ -24,7 +24,10 @@ DEVICE_BATCH = TrainingArguments.per_device_train_batch_size
 
 
 def check_baseline(objective: Objective, rollouts: int) -> None:
-    """Refuse a baseline of other replies where a prompt has one: the mean would leave nothing of its rewards, the rest is no baseline."""
+    """Refuse a baseline over the replies to a prompt if there is only one.
+
+    ``mean`` would subtract the reply's own rewards, and ``leave_one_out`` has no other reply.
+    """
     if rollouts == 1 and isinstance(objective, Reinforce) and objective.baseline != "none":
         why = {
             "mean": "the mean over the replies to a prompt, which is then the reply's own, so nothing would be learned",

@@ -203,14 +203,13 @@ def detect(columns: Sequence[str], first_row: Row, rename: str = IN_RECIPE) -> F
             if _share_beginning(first_row)
             else " · chosen and rejected alone can be read if both begin with the prompt, but here they do not"
         )
-    if set(columns) <= {"prompt", *ROW_WIDE}:
-        about = " · these are prompts alone, which only ReinforceTrainer, evaluate (with prompts=N) and online runs take"
     lacking = [FORMATS[name] for name in _NEAREST if FORMATS[name].missing(columns)]
     nearest = min(lacking, key=lambda candidate: _distance(candidate, columns))
     if nearest.reads & set(columns) <= {"prompt", *ROW_WIDE} and _distance(nearest, columns) == 0.5:
         nearest = FORMATS[
             "pairs"
         ]  # prompt alone is half of the columns of some formats, which says nothing about them
+        about = " · only ReinforceTrainer, evaluate (with prompts=N) and online runs take prompts alone"
     raise _missing_columns("nearest format", nearest, columns, about, rename)
 
 

@@ -34,9 +34,9 @@ tokens:
 """
 
 ENDING = """\
-evaluation:                # replies to held-out prompts, before and after; eval_reward judges them too, see docs/evaluation.md
+evaluation:                # replies to held-out prompts, before and after; docs/evaluation.md says how a reward can judge them
   max_new_tokens: 256
-  metrics: [distinct_2]    # [vader, module:function] and others
+  metrics: [distinct_2]    # also vader, or a function of your own as module:name
 """
 
 TRAINING = """\
