@@ -92,3 +92,35 @@ def test_an_oracle_is_not_resumed_from_that_of_other_rows(script: Script, tmp_pa
     with pytest.raises(UserError, match="other rows"):
         train(swapped, resume_from_checkpoint=True)
     train(script.train, resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("other", ["", "rollouts 2 and not 3", "sampling.temperature", "rewards.oracle_logp"])
+def test_own_replies_go_on_with_the_same_samples_and_rewards(
+    script: Script, tmp_path: Path, other: str
+) -> None:
+    def trained(steps: int, *, resume: bool = False, **more: Any) -> None:
+        given = {"rewards": script.oracle, "rollouts": 2, "temperature": 1.0, "batch": 64, **more}
+        sampling = tokenward.SamplingSettings(
+            max_new_tokens=5, temperature=given.pop("temperature"), batch=given.pop("batch")
+        )
+        args = arguments(tmp_path, steps, **EVERY)
+        trainer = tokenward.ReinforceTrainer(
+            script.model, args, script.train, sampling=sampling, tokens=TOKENS, **given
+        )
+        trainer.train(resume_from_checkpoint=resume or None)
+
+    trained(1)
+    other_oracle = tokenward.TokenScorer.load(script.model, reference=script.model)
+    more: dict[str, Any] = {
+        "": {"batch": 2},  # how many replies are made at once may change
+        "rollouts 2 and not 3": {"rollouts": 3},
+        "sampling.temperature": {"temperature": 0.9},
+        "rewards.oracle_logp": {"rewards": other_oracle},
+    }[other]
+    if not other:
+        trained(2, resume=True, **more)
+        return
+    with pytest.raises(UserError, match="checkpoint-1 is of another training") as caught:
+        trained(2, resume=True, **more)
+    assert caught.value.code == "unusable-checkpoint"
+    assert other in str(caught.value)

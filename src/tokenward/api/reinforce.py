@@ -1,6 +1,8 @@
 """ReinforceTrainer: transformers' Trainer for a policy that trains on its own replies, with a reward for each of their tokens."""
 
 from copy import copy
+from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from tokenward.api.prompts import different_prompts, encode_replied
 from tokenward.api.start import start_of
 from tokenward.api.training import with_new_adapter
 from tokenward.errors import UserError
-from tokenward.models.loading import LanguageModel, copy_model
+from tokenward.models.loading import LanguageModel, copy_model, weights_digest
 from tokenward.models.probe import Packing
 from tokenward.objectives import Reinforce, needs_of
 from tokenward.plugins import described
@@ -146,6 +148,16 @@ class ReinforceTrainer(TokenTrainer):
             prepare=of_all_processes(replies, prompts.rows, own.per_device_train_batch_size),
             callbacks=[*start.callbacks, _SayEmpty(replies), *(callbacks or []), RecordFiles()],
         )
+        self._about = {"rollouts": str(rollouts), **_settings_of(sampling)}
+        self._rewards = scorer
+
+    def about_samples(self) -> dict[str, str]:
+        """Number and settings of the replies, and digests of the models that reward them."""
+        return self._about | self._judges
+
+    @cached_property
+    def _judges(self) -> dict[str, str]:
+        return {f"rewards.{name}": weights_digest(judge) for name, judge in self._rewards.models.items()}
 
 
 class _SayEmpty(TrainerCallback):
@@ -156,6 +168,12 @@ class _SayEmpty(TrainerCallback):
 
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:
         self._replies.show()
+
+
+def _settings_of(sampling: SamplingSettings) -> dict[str, str]:
+    """The settings that decide on the replies; how many are made at once may change."""
+    settings = {name: value for name, value in asdict(sampling).items() if name != "batch"}
+    return {f"sampling.{name}": str(value) for name, value in settings.items()}
 
 
 def _frozen(scorer: TokenScorer, start: LanguageModel, packing: Packing) -> TokenScorer:

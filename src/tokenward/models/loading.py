@@ -164,7 +164,7 @@ def absolute_name(name: str) -> str:
     return str(path.resolve()) if path.is_dir() else name
 
 
-def weights_digest(model: LanguageModel) -> str:
+def weights_digest(model: TokenModel) -> str:
     """Digest of the names, dtypes and values of a model's weights, wherever it was loaded from."""
     digest = hashlib.sha256()
     for name, weight in sorted(model.model.state_dict().items()):

@@ -6,7 +6,7 @@ training's, under this one's name.
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -22,25 +22,43 @@ from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.table import TokenTable
 
 FILE = "trained_on.json"
-"""In a checkpoint: the digest of its training's rows, their number, the objective and its settings."""
+"""In a checkpoint: the digest of its training's rows, their number, the objective, its settings and those of the samples."""
 
 
-def record_origin(checkpoint: Path, rows: Sequence[TokenRow], objective: Objective) -> None:
-    """Write into a checkpoint what it was trained on."""
-    atomic_write(checkpoint / FILE, json.dumps(_origin(rows, objective), indent=1) + "\n")
+def record_origin(
+    checkpoint: Path, rows: Sequence[TokenRow], objective: Objective, samples: Mapping[str, str]
+) -> None:
+    """Write into a checkpoint what it was trained on.
+
+    Args:
+        checkpoint: The checkpoint.
+        rows: The training rows.
+        objective: The objective.
+        samples: What decides on samples of the policy and their rewards, by name.
+    """
+    atomic_write(checkpoint / FILE, json.dumps(_origin(rows, objective, samples), indent=1) + "\n")
 
 
-def check_origin(checkpoint: Path, rows: Sequence[TokenRow], objective: Objective) -> None:
+def check_origin(
+    checkpoint: Path, rows: Sequence[TokenRow], objective: Objective, samples: Mapping[str, str]
+) -> None:
     """Refuse a checkpoint of another training. What an earlier version did not record is taken on trust.
 
+    Args:
+        checkpoint: The checkpoint.
+        rows: The rows of the training that would continue from it.
+        objective: Its objective.
+        samples: As for :func:`record_origin`.
+
     Raises:
-        UserError: it was trained on other rows, in another order or with other weights, or with another objective or other
-            settings of it.
+        UserError: it was trained on other rows, in another order or with other weights, with another objective or other
+            settings of it, or on other samples.
     """
     if not (checkpoint / FILE).is_file():
         return
-    own = _origin(rows, objective)
+    own = _origin(rows, objective, samples)
     found = own | read_json(checkpoint / FILE)
+    found["settings"] = own["settings"] | found["settings"]
     if found == own:
         return
     what = [
@@ -60,13 +78,13 @@ def check_origin(checkpoint: Path, rows: Sequence[TokenRow], objective: Objectiv
     )
 
 
-def _origin(rows: Sequence[TokenRow], objective: Objective) -> dict[str, Any]:
+def _origin(rows: Sequence[TokenRow], objective: Objective, samples: Mapping[str, str]) -> dict[str, Any]:
     digest = hashlib.sha256()
     for part in _parts_of_table(rows) if isinstance(rows, TokenTable) else _parts_of_rows(rows):
         digest.update(part)
     return {
         "objective": title_of(objective),
-        "settings": _settings(objective),
+        "settings": {**_settings(objective), **samples},
         "number of rows": len(rows),
         "rows": digest.hexdigest()[:16],
     }

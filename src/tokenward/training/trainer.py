@@ -389,7 +389,11 @@ class TokenTrainer(Trainer):
 
     def _check_origin(self, checkpoint: Path) -> None:
         rows = cast(Sequence[TokenRow], self.train_dataset)
-        first_alone(lambda: check_origin(checkpoint, rows, self.objective))
+        first_alone(lambda: check_origin(checkpoint, rows, self.objective, self.about_samples()))
+
+    def about_samples(self) -> dict[str, str]:
+        """What decides on the samples that ``prepare`` makes of the policy and on their rewards, by name; a checkpoint records it."""
+        return {}
 
     def _check_weights(self) -> None:
         check_weights(self.token_model.model, self.state.global_step, self.args.learning_rate)
@@ -450,7 +454,8 @@ class TokenTrainer(Trainer):
             folder = (
                 Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             )
-            record_origin(folder, cast(Sequence[TokenRow], self.train_dataset), self.objective)
+            rows = cast(Sequence[TokenRow], self.train_dataset)
+            record_origin(folder, rows, self.objective, self.about_samples())
 
     def prediction_step(  # pyright: ignore[reportIncompatibleMethodOverride]  as above
         self,
