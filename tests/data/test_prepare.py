@@ -102,6 +102,18 @@ def test_of_more_than_two_responses_only_the_useless_are_removed():
     assert found.counts == {"read": 2, "kept": 1, "duplicate": 1}
 
 
+def test_scores_that_contradict_the_ranks_are_counted():
+    """The ranks are what trains; a file whose columns were swapped shows here."""
+    rows = [
+        ranked(["a", "b", "c"], [0, 1, 2], scores=[3, 1, 2]),
+        ranked(["a", "d"], [0, 1], scores=[1, 1]),
+        ranked(["a", "e"], [0, 1], scores=[2, 1]),
+        {"prompt": "q", "chosen": "y", "rejected": "n", "score_chosen": 2.0, "score_rejected": 7.0},
+    ]
+    assert loaded(*rows[:3]).notes == {"kept by its ranks, which its scores contradict": 1}
+    assert loaded(rows[3]).notes == {"kept by its ranks, which its scores contradict": 1}
+
+
 def test_duplicates_leave_one_and_contradictions_none():
     same, opposite, scored = pair("s"), pair("s", "no", "yes"), pair("p", score_chosen=1, score_rejected=0)
     found = loaded(pair("p"), pair("p"), same, opposite, same, pair("t"), scored, format="pairs")

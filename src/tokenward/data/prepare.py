@@ -41,12 +41,13 @@ class Dropped(NamedTuple):
 
 
 class Usable(NamedTuple):
-    """A usable row, and how many responses were removed from it for each reason."""
+    """A usable row, how many responses were removed from it for each reason, and whether its scores contradict its ranks."""
 
     comparison: Comparison
     empty_removed: int
     identical_removed: int
     weightless_removed: int = 0
+    contradicted: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +58,7 @@ class Loaded:
     # read, kept, and the number of dropped rows for each reason. The latter add up to read.
     counts: dict[str, int]
     dropped: list[Dropped]  # the rows that were dropped, in the order of the source
-    notes: dict[str, int]  # number of responses removed from rows that were kept, by reason
+    notes: dict[str, int]  # what was noticed in rows that were kept, see notes_of
     format: str  # name of the format
     unread: list[str]  # columns that were not read
 
@@ -328,7 +329,16 @@ def _usable(parsed: Parsed, where: str) -> Usable:
     if not parsed.alone and len(set(ranks)) < 2:
         raise Unusable("all ranks tied")
     removed = len(parsed.responses) - len(filled), len(trained) - len(distinct), len(filled) - len(trained)
-    return Usable(with_responses(parsed, distinct, ranks if parsed.alone else dense(ranks), where), *removed)
+    comparison = with_responses(parsed, distinct, ranks if parsed.alone else dense(ranks), where)
+    return Usable(comparison, *removed, int(_scores_contradict(comparison)))
+
+
+def _scores_contradict(row: Comparison) -> bool:
+    """Whether a response has a higher score than one that is ranked before it. The ranks are what trains."""
+    if row.scores is None:
+        return False
+    given = [*zip(row.ranks, row.scores, strict=True)]
+    return any(rank < other and score < more for rank, score in given for other, more in given)
 
 
 def _is_question(message: Message) -> bool:
@@ -371,12 +381,15 @@ def _loaded(reading: Reading) -> Loaded:
     )
 
 
-def notes_of(empty: int = 0, identical: int = 0, weightless: int = 0) -> dict[str, int]:
-    """Number of responses removed from rows that were kept, by reason. Reasons that never occurred are left out."""
+def notes_of(
+    empty: int = 0, identical: int = 0, weightless: int = 0, contradicted: int = 0
+) -> dict[str, int]:
+    """Of rows that were kept: responses removed, by reason, and rows whose scores contradict their ranks. Zeros are left out."""
     notes = {
         "empty response removed": empty,
         "identical response removed": identical,
         "response of weight 0 removed": weightless,
+        "kept by its ranks, which its scores contradict": contradicted,
     }
     return {reason: count for reason, count in notes.items() if count}
 
