@@ -34,7 +34,7 @@ class Arm(NamedTuple):
         part: Percent of the training prompts, with their replies, that there are.
         scored_by: If set, an oracle from elsewhere scores the tokens: a ``smaller`` one, or one of the ``other`` reward.
         falls: Whether the learning rate falls to 0. Then a training is read at its end, and each rate leads to another distance.
-        epochs: Of the policy on pairs: on less data more, for as many updates.
+        epochs: Of the policy on pairs, and times those of TLM's reward: on less data more, for as many updates.
     """
 
     name: str

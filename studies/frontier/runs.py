@@ -68,7 +68,9 @@ def recipe_of(world: World, arm: Arm, rate: float, points: Sequence[int], rows: 
         body["oracle"]["training"] = {**scoring, **body["oracle"].get("training", {})}
     if body["scores"]["scorer"]["name"] == "reward":
         head = {} if body["policy"]["selection"]["name"] == "soft" else REWARD["head"]
-        body["reward"] = {"head": head, "training": rewarding}
+        # On less data the reward trains for as many updates, as a policy on pairs does.
+        longer = {"num_train_epochs": arm.epochs * rewarding["num_train_epochs"]}
+        body["reward"] = {"head": head, "training": rewarding | longer}
     for table in body.get("auxiliary_models", {}).values():
         if "training" in table:
             table["training"] = {**scoring, **table["training"]}
