@@ -11,6 +11,9 @@ from transformers import PreTrainedModel
 BATCH = 512
 """Replies sampled at once."""
 
+READ = 32
+"""Replies read at once, which stay in a processor's cache."""
+
 
 class Sampled(NamedTuple):
     """Replies to prompts.
@@ -76,7 +79,7 @@ def sampled(
 def logps_of(model: PreTrainedModel, prompts: Tensor, replies: Tensor, banned: Sequence[int]) -> Tensor:
     """Log-probabilities of the next token at every place of some replies, over the whole vocabulary.  -> [n, t, v]"""
     found = []
-    for part, own in zip(prompts.split(BATCH), replies.split(BATCH), strict=True):
+    for part, own in zip(prompts.split(READ), replies.split(READ), strict=True):
         out = model(input_ids=torch.cat([part, own], 1), logits_to_keep=own.shape[1] + 1)
         found.append(allowed(out.logits[:, :-1], banned))
     return torch.cat(found)
