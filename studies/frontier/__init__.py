@@ -5,6 +5,9 @@ Methods, learning rates and the recipe of our own are chosen on the seeds :data:
 """
 
 LOOKED_AT = (0, 1, 2)
+SEEDS = (0, 1, 2, 3, 4)
+"""Of the main tables: the first, and two that were run when methods, learning rates and the recipe of our own were settled."""
+
 CONFIRMING = (10, 11, 12, 13, 14)
 
 CONFIRMED = ("dpo", "simpo", "rl_reward", "tdpo2", "sepo30", "dpo_b1")

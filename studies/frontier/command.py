@@ -8,7 +8,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from studies.arms import VALUES
-from studies.frontier import LOOKED_AT
+from studies.frontier import SEEDS
 from studies.frontier.world import PEOPLE, REWARDS, SIZES, World
 from tokenward.models.identity import resolve
 
@@ -19,7 +19,7 @@ def options(about: str | None) -> argparse.ArgumentParser:
     made.add_argument(
         "--model", help="folder of the model, or default; without it, only the table is printed"
     )
-    made.add_argument("--seed", type=int, nargs="+", default=list(LOOKED_AT))
+    made.add_argument("--seed", type=int, nargs="+", default=list(SEEDS))
     made.add_argument("--reward", choices=[*REWARDS, PEOPLE], default="vader")
     made.add_argument("--size", choices=list(SIZES), default="whole", help="how much is sampled and trained")
     made.add_argument(

@@ -78,6 +78,10 @@ class Measured:
         """Whether an arm was measured with every seed."""
         return bool(self._trainings(arm))
 
+    def has_some(self, arm: str) -> bool:
+        """Whether an arm was measured with some of the seeds."""
+        return any(values_file(self._values, self._reward, arm, seed).exists() for seed in self.seeds)
+
     def _trainings_of(self, arm: str) -> dict[float, list[Resampled]]:
         """For each learning rate that was measured with every seed, the trainings of the seeds."""
         read = [self._read(arm, seed) for seed in self.seeds]

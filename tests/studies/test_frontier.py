@@ -115,6 +115,26 @@ def test_the_end_of_an_online_training_is_compared_at_its_own_distance(tmp_path:
     assert Measured(tmp_path, "vader", [0, 1]).minus_at_its_end("rl_reward", 1.0, "simpo") is None
 
 
+def test_an_arm_of_fewer_seeds_has_its_own_rows_which_say_so(tmp_path: Path) -> None:
+    """SimPO has one seed of two: its row, and its difference to DPO, are of that seed alone."""
+    for seed, reward in ((0, 0.4), (1, 0.8)):
+        stored_values(tmp_path, "dpo", seed, "one", **{"0.1": ([1, 9], [reward / 2, reward])})
+        (tmp_path / f"best_of-{seed}.json").write_text(
+            json.dumps({"vader": {"1": [0.0, 0.0], "2": [0.9, 0.9]}})
+        )
+    stored_values(tmp_path, "simpo", 0, "one", **{"0.1": ([1, 9], [0.25, 0.5])})
+    stored_values(tmp_path, "ipo", 1, "one", **{"0.1": ([1, 9], [0.25, 0.5])})
+    lines = lines_of(Measured(tmp_path, "vader", [0, 1]), Measured(tmp_path, "vader", [0]))
+    of_simpo = [line.split(" | ") for line in lines if line.startswith("| SimPO (seeds 0) |")]
+    assert [row[3].split(" ")[0] for row in of_simpo] == [
+        "0.405",
+        "0.081",
+    ]  # 0.62 of the way between the roots
+    assert next(line for line in lines if line.startswith("| DPO |")).split(" | ")[3].startswith("0.485")
+    assert "seeds 0 alone, n = 2" in lines[-1]
+    assert "not in these tables: IPO." in lines[-1]
+
+
 def test_the_best_of_some_arms_is_chosen_for_each_distance(tmp_path: Path) -> None:
     stored_values(tmp_path, "dpo", 0, "one", **{"0.1": ([1, 4], [0.4, 0.5])})
     stored_values(tmp_path, "dpo_b1", 0, "one", **{"0.1": ([1, 4], [0.3, 0.6])})
