@@ -94,7 +94,9 @@ def test_an_oracle_is_not_resumed_from_that_of_other_rows(script: Script, tmp_pa
     train(script.train, resume_from_checkpoint=True)
 
 
-@pytest.mark.parametrize("other", ["", "rollouts 2 and not 3", "sampling.temperature", "rewards.oracle_logp"])
+@pytest.mark.parametrize(
+    "other", ["", "rollouts 2 and not 3", "sampling.temperature", "rewards.oracle_logp", "reference"]
+)
 def test_own_replies_go_on_with_the_same_samples_and_rewards(
     script: Script, tmp_path: Path, other: str
 ) -> None:
@@ -110,12 +112,15 @@ def test_own_replies_go_on_with_the_same_samples_and_rewards(
         trainer.train(resume_from_checkpoint=resume or None)
 
     trained(1)
+    further = script.load()
+    further.get_input_embeddings().weight.data.mul_(1.5)
     other_oracle = tokenward.TokenScorer.load(script.model, reference=script.model)
     more: dict[str, Any] = {
         "": {"batch": 2},  # how many replies are made at once may change
         "rollouts 2 and not 3": {"rollouts": 3},
         "sampling.temperature": {"temperature": 0.9},
         "rewards.oracle_logp": {"rewards": other_oracle},
+        "reference": {"reference": further},
     }[other]
     if not other:
         trained(2, resume=True, **more)

@@ -110,8 +110,8 @@ def test_scores_that_contradict_the_ranks_are_counted():
         ranked(["a", "e"], [0, 1], scores=[2, 1]),
         {"prompt": "q", "chosen": "y", "rejected": "n", "score_chosen": 2.0, "score_rejected": 7.0},
     ]
-    assert loaded(*rows[:3]).notes == {"kept by its ranks, which its scores contradict": 1}
-    assert loaded(rows[3]).notes == {"kept by its ranks, which its scores contradict": 1}
+    assert loaded(*rows[:3]).notes == {"scores contradict the ranks, which are used": 1}
+    assert loaded(rows[3]).notes == {"scores contradict the ranks, which are used": 1}
 
 
 def test_duplicates_leave_one_and_contradictions_none():

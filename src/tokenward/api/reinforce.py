@@ -27,6 +27,7 @@ from tokenward.api.prompts import different_prompts, encode_replied
 from tokenward.api.start import start_of
 from tokenward.api.training import with_new_adapter
 from tokenward.errors import UserError
+from tokenward.models.base import TokenModel
 from tokenward.models.loading import LanguageModel, copy_model, weights_digest
 from tokenward.models.probe import Packing
 from tokenward.objectives import Reinforce, needs_of
@@ -149,15 +150,18 @@ class ReinforceTrainer(TokenTrainer):
             callbacks=[*start.callbacks, _SayEmpty(replies), *(callbacks or []), RecordFiles()],
         )
         self._about = {"rollouts": str(rollouts), **_settings_of(sampling)}
-        self._rewards = scorer
+        self._frozen: dict[str, TokenModel] = {
+            f"rewards.{name}": judge for name, judge in scorer.models.items()
+        }
+        self._frozen |= {} if compared is None else {"reference": compared}
 
     def about_samples(self) -> dict[str, str]:
-        """Number and settings of the replies, and digests of the models that reward them."""
-        return self._about | self._judges
+        """Number and settings of the replies, and digests of the models that reward them and of the reference."""
+        return self._about | self._digests
 
     @cached_property
-    def _judges(self) -> dict[str, str]:
-        return {f"rewards.{name}": weights_digest(judge) for name, judge in self._rewards.models.items()}
+    def _digests(self) -> dict[str, str]:
+        return {name: weights_digest(model) for name, model in self._frozen.items()}
 
 
 class _SayEmpty(TrainerCallback):

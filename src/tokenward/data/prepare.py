@@ -389,7 +389,7 @@ def notes_of(
         "empty response removed": empty,
         "identical response removed": identical,
         "response of weight 0 removed": weightless,
-        "kept by its ranks, which its scores contradict": contradicted,
+        "scores contradict the ranks, which are used": contradicted,
     }
     return {reason: count for reason, count in notes.items() if count}
 
