@@ -82,6 +82,24 @@ def test_a_checkpoint_of_another_training_is_refused(script: Script, tmp_path: P
     assert other in str(caught.value)
 
 
+def test_a_checkpoint_of_another_reference_is_refused(script: Script, tmp_path: Path) -> None:
+    """A script that loads the checkpoint as its model would compare the policy with itself."""
+
+    def trained(model: Any, steps: int, *, resume: bool = False, **more: Any) -> None:
+        args = arguments(tmp_path, steps, **EVERY, learning_rate=0.1, warmup_steps=0)
+        trainer = tokenward.SelectiveTrainer(
+            model, args, script.train, objective=tokenward.DPO(), tokens=TOKENS, **more
+        )
+        trainer.train(resume_from_checkpoint=resume or None)
+
+    trained(script.load(), 1)
+    newest = str(tmp_path / "checkpoint-1")
+    with pytest.raises(UserError, match=r"log-probability per token -.* and not -.*another model") as caught:
+        trained(newest, 2, resume=True)
+    assert caught.value.code == "unusable-checkpoint"
+    trained(script.load(), 2, resume=True)
+
+
 def test_an_oracle_is_not_resumed_from_that_of_other_rows(script: Script, tmp_path: Path) -> None:
     def train(rows: Any, **more: Any) -> None:
         args = arguments(tmp_path, 1, **EVERY, **more)

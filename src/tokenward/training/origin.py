@@ -6,6 +6,7 @@ training's, under this one's name.
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -23,6 +24,11 @@ from tokenward.tokens.table import TokenTable
 
 FILE = "trained_on.json"
 """In a checkpoint: the digest of its training's rows, their number, the objective, its settings and those of the samples."""
+
+REFERENCE = "reference log-probability per token"
+
+_SAME_REFERENCE = 1.0e-3
+"""Relative difference of means up to which two references are one: other hardware gives other last digits."""
 
 
 def record_origin(
@@ -52,14 +58,16 @@ def check_origin(
 
     Raises:
         UserError: it was trained on other rows, in another order or with other weights, with another objective or other
-            settings of it, or on other samples.
+            settings of it, on other samples, or against another reference.
     """
     if not (checkpoint / FILE).is_file():
         return
     own = _origin(rows, objective, samples)
     found = own | read_json(checkpoint / FILE)
     found["settings"] = own["settings"] | found["settings"]
-    if found == own:
+    values = [kind.pop(REFERENCE, None) for kind in (found, own)]
+    other = None not in values and not math.isclose(*values, rel_tol=_SAME_REFERENCE)
+    if found == own and not other:
         return
     what = [
         f"{name} {found[name]} and not {own[name]}"
@@ -70,7 +78,11 @@ def check_origin(
         for name in sorted(own["settings"].keys() | found["settings"].keys())
         if found["settings"].get(name) != own["settings"].get(name)
     ]
-    what = what or ["other rows, or the same in another order or with other weights"]
+    if not what and found["rows"] != own["rows"]:
+        what = ["other rows, or the same in another order or with other weights"]
+    what = what or [
+        f"{REFERENCE} {values[0]:.5g} and not {values[1]:.5g}, so its reference was another model"
+    ]
     raise UserError(
         f"{checkpoint} is of another training: {', '.join(what)}. Continue with the rows and the objective that it was trained with, use "
         "another output_dir, or leave resume_from_checkpoint out. To begin a new training with its weights, pass its folder as the model.",
@@ -82,12 +94,31 @@ def _origin(rows: Sequence[TokenRow], objective: Objective, samples: Mapping[str
     digest = hashlib.sha256()
     for part in _parts_of_table(rows) if isinstance(rows, TokenTable) else _parts_of_rows(rows):
         digest.update(part)
+    reference = _mean_reference(rows)
     return {
         "objective": title_of(objective),
         "settings": {**_settings(objective), **samples},
         "number of rows": len(rows),
         "rows": digest.hexdigest()[:16],
+        **({} if reference is None else {REFERENCE: reference}),
     }
+
+
+def _mean_reference(rows: Sequence[TokenRow]) -> float | None:
+    """Mean of the reference's log-probabilities over all tokens of the rows, in nats; None if the rows have none."""
+    if isinstance(rows, TokenTable):
+        if "reference_logp" not in rows.columns:
+            return None
+        flat, starts = rows.columns["reference_logp"]
+        ends = zip(starts, rows.lengths, strict=True)
+        sums, count = (
+            (float(flat[first : first + size].sum()) for first, size in ends),
+            int(rows.lengths.sum()),
+        )
+    else:
+        found = [values for row in rows for values in row.reference_logp or ()]
+        sums, count = (float(values.sum()) for values in found), sum(len(values) for values in found)
+    return math.fsum(sums) / count if count else None
 
 
 def _settings(objective: Objective) -> dict[str, str]:
