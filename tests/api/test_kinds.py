@@ -339,18 +339,31 @@ def test_a_model_without_a_tokenizer_needs_one(script: Script, tmp_path: Path) -
 def test_models_without_a_tokenizer_take_the_one_at_hand(script: Script, tmp_path: Path) -> None:
     """A loaded oracle, and a loaded reference, read the tokens of the model that is trained."""
 
-    def nameless() -> Any:
+    def nameless(*, moved: bool) -> Any:
         model = script.load()
         model.config._name_or_path = ""
+        if moved:
+            move_trained(model, by=0.1)
         return model
 
-    trained(script, tmp_path, model=script.model, reference=nameless(), objective=tokenward.DPO())
-    other = nameless()
-    move_trained(other, by=0.1)
-    trained(script, tmp_path, model=script.model, oracle=other)
-    again = nameless()
-    move_trained(again, by=0.1)
-    tokenward.score(script.train, oracle=again, reference=script.model, processing_class=tiny_tokenizer())
+    oracle = nameless(moved=True)
+    named = tmp_path / "oracle"
+    oracle.save_pretrained(named)
+    tiny_tokenizer().save_pretrained(named)
+    oracle.config._name_or_path = ""
+    for of_oracle, of_folder in (
+        ({"oracle": oracle}, {"oracle": str(named)}),
+        ({"reference": nameless(moved=False), "objective": tokenward.DPO()}, {"objective": tokenward.DPO()}),
+    ):
+        assert_equal(
+            trained(script, tmp_path / "objects", **of_oracle),
+            trained(script, tmp_path / "folders", **of_folder),
+        )
+    scored = [
+        tokenward.score(script.train, oracle=one, reference=script.model, processing_class=tiny_tokenizer())
+        for one in (nameless(moved=True), str(named))
+    ]
+    assert scored[0].to_list() == scored[1].to_list()
 
 
 def test_an_oracle_of_another_style_is_refused(script: Script, tmp_path: Path, finished_run: Path) -> None:
