@@ -339,6 +339,17 @@ def test_data_that_already_has_the_template_is_plain_text_with_one_eos():
     assert notes == [SAID[Note.REPLY_MARKS]]  # of the second
 
 
+def test_plain_text_of_several_turns_is_noted():
+    system = Message(role="system", content="Be kind.")
+    row = comparison(prompt=(system, USER, said("Hi"), USER), responses=("a", "b"))
+    template, _, notes = rows_of(CHATML, row=row, kind="plain")
+    assert notes == [SAID[Note.ROLES_LEFT_OUT]]
+    assert "(system, user, assistant, user) are joined" in explained(template, Note.ROLES_LEFT_OUT, row)
+    assert rows_of(CHATML, row=row)[2] == []
+    for single in ((USER,), (system, USER)):
+        assert rows_of(CHATML, row=comparison(prompt=single, responses=("a", "b")), kind="plain")[2] == []
+
+
 ONLY_CONTENT = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
 NO_CRITIC = (
     "{% for m in messages %}{% if m.role != 'critic' %}{{ m.content }}<|im_end|>{% endif %}{% endfor %}"

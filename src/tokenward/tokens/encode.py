@@ -335,6 +335,12 @@ def _explained(template: Template, note: Note, example: Comparison) -> str:
             f"{whose} has {', '.join(names)}, which the chat template leaves out or changes, so the model does not see it. Use a "
             "model whose template writes it, or remove it from the data"
         )
+    if note is Note.ROLES_LEFT_OUT:
+        whose = ", ".join(message["role"] for message in example.prompt)
+        return (
+            f"its messages ({whose}) are joined by a blank line, so the model cannot tell who says what. Use template: chat, if the "
+            "tokenizer has a chat template; or write the roles into the text of a prompt that is a single message"
+        )
     if note is Note.APART:
         end, begin = write_prompt(template, example).text[-_SHOWN:], example.responses[0][:_SHOWN]
         return (

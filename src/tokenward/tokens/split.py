@@ -42,6 +42,7 @@ class Note(IntFlag):
     BEGUN = 2048
     REPLY_LEFT_OUT = 256
     PROMPT_LEFT_OUT = 512
+    ROLES_LEFT_OUT = 4096
 
 
 SAID: dict[Note, str] = {
@@ -52,6 +53,7 @@ SAID: dict[Note, str] = {
     Note.PROMPT_MARKS: "note: the prompt contains marks of the template",
     Note.REPLY_LEFT_OUT: "note: the template leaves out part of a reply",
     Note.PROMPT_LEFT_OUT: "note: the template leaves out part of the prompt",
+    Note.ROLES_LEFT_OUT: "note: plain text does not say whose each message of the prompt is",
 }
 """Notes of rows that are kept."""
 
@@ -204,6 +206,8 @@ def _split(
         notes |= Note.PROMPT_MARKS
     if left_out_of_prompt(comparison, prompt.text):
         notes |= Note.PROMPT_LEFT_OUT
+    if template.kind == "plain" and len({message["role"] for message in comparison.prompt} - {"system"}) > 1:
+        notes |= Note.ROLES_LEFT_OUT
     if not is_continuable(comparison):
         notes |= Note.BEGUN
     responses = [
