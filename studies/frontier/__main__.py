@@ -34,9 +34,6 @@ def main() -> None:
     made.add_argument(
         "--chosen-on", type=int, nargs="+", help="seeds that choose the learning rates; otherwise --seed"
     )
-    made.add_argument(
-        "--fewer", type=int, nargs="+", help="seeds for the arms that were not measured with all of --seed"
-    )
     made.add_argument("--short", type=Path, help="page for the differences to DPO alone, docs/methods.md")
     made.add_argument("--picture", type=Path, help="file of the picture")
     made.add_argument("--draw", nargs="+", choices=list(ARMS), metavar="NAME", help="arms of the picture")
@@ -49,14 +46,13 @@ def main() -> None:
             arm, file = ARMS[name], values_file(chosen.values, chosen.reward, name, world.seed)
             measure(world, held, arm, chosen.rate or arm.rates, file)
     found = Measured(chosen.values, chosen.reward, chosen.seed, chosen.chosen_on)
-    fewer = None if chosen.fewer is None else Measured(chosen.values, chosen.reward, chosen.fewer)
-    lines = lines_of(found, fewer)
+    lines = lines_of(found)
     print("\n".join(lines))
     study = f"{chosen.values.name} {chosen.reward}"
     if chosen.page is not None:
         write(chosen.page, study if chosen.chosen_on is None else f"{study}, confirmed", lines)
     if chosen.short is not None:
-        write(chosen.short, study, short_lines(found, fewer))
+        write(chosen.short, study, short_lines(found))
     if chosen.picture is not None:
         draw(
             found,

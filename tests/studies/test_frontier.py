@@ -21,7 +21,7 @@ from studies.frontier.measure import divergence, logps_of, of_tokens, sampled
 from studies.frontier.reachable import best_at
 from studies.frontier.reachable import lines_of as reachable_lines
 from studies.frontier.runs import made_by, recipe_of, save, start_of, stored, values_file
-from studies.frontier.tables import lines_of, rows_of, short_lines
+from studies.frontier.tables import lines_of, short_lines
 from studies.frontier.world import (
     SIZES,
     Stories,
@@ -115,23 +115,20 @@ def test_the_end_of_an_online_training_is_compared_at_its_own_distance(tmp_path:
     assert Measured(tmp_path, "vader", [0, 1]).minus_at_its_end("rl_reward", 1.0, "simpo") is None
 
 
-def test_an_arm_of_fewer_seeds_has_its_own_rows_which_say_so(tmp_path: Path) -> None:
-    """SimPO has one seed of two: its row, and its difference to DPO, are of that seed alone."""
+def test_an_arm_that_lacks_a_seed_is_named_and_in_no_table(tmp_path: Path) -> None:
     for seed, reward in ((0, 0.4), (1, 0.8)):
         stored_values(tmp_path, "dpo", seed, "one", **{"0.1": ([1, 9], [reward / 2, reward])})
         (tmp_path / f"best_of-{seed}.json").write_text(
             json.dumps({"vader": {"1": [0.0, 0.0], "2": [0.9, 0.9]}})
         )
-    stored_values(tmp_path, "simpo", 0, "one", **{"0.1": ([1, 9], [0.25, 0.5])})
+        stored_values(tmp_path, "simpo", seed, "one", **{"0.1": ([1, 9], [0.25, 0.5])})
     stored_values(tmp_path, "ipo", 1, "one", **{"0.1": ([1, 9], [0.25, 0.5])})
-    lines = lines_of(Measured(tmp_path, "vader", [0, 1]), Measured(tmp_path, "vader", [0]))
-    of_simpo = [line.split(" | ") for line in lines if line.startswith("| SimPO (seeds 0) |")]
-    assert [row[3].split(" ")[0] for row in of_simpo] == [
-        "0.405",
-        "0.081",
-    ]  # 0.62 of the way between the roots
-    assert next(line for line in lines if line.startswith("| DPO |")).split(" | ")[3].startswith("0.485")
-    assert "seeds 0 alone, n = 2" in lines[-1]
+    lines = lines_of(Measured(tmp_path, "vader", [0, 1]))
+    assert [line.split(" | ")[3].split(" ")[0] for line in lines if line.startswith("| SimPO |")] == [
+        "0.405",  # 0.62 of the way between the roots
+        "-0.081",
+    ]
+    assert not any(line.startswith("| IPO") for line in lines)
     assert "not in these tables: IPO." in lines[-1]
 
 
@@ -277,14 +274,14 @@ DOCS, STORED = Path(__file__).parents[2] / "docs", VALUES / "frontier"
 
 
 @pytest.fixture(scope="module")
-def study() -> tuple[Measured, Measured]:
-    """The main tables' measurements, and those of the arms that have fewer seeds."""
-    return Measured(STORED, "vader", SEEDS), Measured(STORED, "vader", LOOKED_AT)
+def study() -> Measured:
+    """The main tables' measurements."""
+    return Measured(STORED, "vader", SEEDS)
 
 
-def test_the_main_tables_are_made_from_the_stored_values(study: tuple[Measured, Measured]) -> None:
-    assert "\n".join(lines_of(*study)) in (DOCS / "results.md").read_text()
-    assert "\n".join(short_lines(*study)) in (DOCS / "methods.md").read_text()
+def test_the_main_tables_are_made_from_the_stored_values(study: Measured) -> None:
+    assert "\n".join(lines_of(study)) in (DOCS / "results.md").read_text()
+    assert "\n".join(short_lines(study)) in (DOCS / "methods.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -308,7 +305,7 @@ def test_the_tables_of_the_default_model_are_made_from_the_stored_values(
 
 
 def test_other_tables_of_the_pages_are_made_from_the_stored_values() -> None:
-    assert "\n".join(judge_lines(STORED, "vader", LOOKED_AT)) in (DOCS / "results.md").read_text()
+    assert "\n".join(judge_lines(STORED, "vader", SEEDS)) in (DOCS / "results.md").read_text()
     assert "\n".join(reachable_lines(STORED, "vader", (0,))) in (DOCS / "results.md").read_text()
 
 
@@ -346,19 +343,16 @@ OF_METHODS = {"sepo": "sepo30", "tlm_rl": "rl_reward", "rto": "rl_oracle"}
 
 
 @pytest.mark.parametrize("name", all_methods())
-def test_what_the_list_of_methods_says_is_what_the_study_found(
-    name: str, study: tuple[Measured, Measured]
-) -> None:
+def test_what_the_list_of_methods_says_is_what_the_study_found(name: str, study: Measured) -> None:
     assert all_methods()[name].verdict == verdict(study, OF_METHODS.get(name, name))
 
 
-def verdict(study: tuple[Measured, Measured], arm: str) -> str:
+def verdict(study: Measured, arm: str) -> str:
     if arm == "dpo":
         return "the baseline"
-    found = next((row.found for row in rows_of(*study) if row.arm.name == arm), None)
-    if found is None:
+    if arm not in ARMS or not study.has(arm):
         return "not measured"
-    gains = [figure(gain, 0) for kl in (2.0, 5.0) if (gain := found.minus(arm, "dpo", kl)) is not None]
+    gains = [figure(gain, 0) for kl in (2.0, 5.0) if (gain := study.minus(arm, "dpo", kl)) is not None]
     if not gains:
         return "stays near its start"
     more, less = any(gain.low > 0 for gain in gains), any(gain.high < 0 for gain in gains)
