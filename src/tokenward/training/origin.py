@@ -27,8 +27,8 @@ FILE = "trained_on.json"
 
 REFERENCE = "reference log-probability per token"
 
-_SAME_REFERENCE = 1.0e-3
-"""Relative difference of means up to which two references are one: other hardware gives other last digits."""
+_SAME_REFERENCE = 3.0e-3
+"""Relative difference of means up to which two references are one: rounding differs between machines, most in bfloat16."""
 
 
 def record_origin(
