@@ -28,7 +28,7 @@ $(VENV)/ready: $(VENV)/torch pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python $(CONSTRAINTS) $(DEV) || $(PIP) --no-compile $(DEV)
 	touch $@ $(VENV)/installed
 
-demo: $(VENV)/installed  ## SePO on the built-in data with the default model
+demo: $(VENV)/installed  ## which words made the difference, and a policy: the built-in data and the default model
 	$(BIN)/tokenward run recipes/quickstart.yaml
 
 # The tests' models are tiny, so two processes are faster than two threads. Tests of a file share their fixtures.
