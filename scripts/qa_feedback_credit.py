@@ -35,7 +35,7 @@ reward:
   training: {learning_rate: 5.0e-5, num_train_epochs: 1, per_device_train_batch_size: 4, bf16: true}
 scores: {scorer: {name: reward}}
 """
-"""Learning rates as in recipes/quickstart.yaml and recipes/reward_sepo.yaml; half the batch size, for the smaller data."""
+"""Learning rates as in recipes/reviews.yaml and recipes/reward_sepo.yaml; half the batch size, for the smaller data."""
 
 SCORERS = {
     "log_ratio": "DPO oracle, low",
