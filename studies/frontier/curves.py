@@ -183,14 +183,16 @@ class Measured:
         """The learning rates with which every seed reached a KL, from the highest mean reward there down.
 
         A rate that was measured before and after that KL goes before one whose first measured point lies beyond it: between the
-        start and its first point, a training's path is not known.
+        start and its first point, a training's path is not known. Of such rates the one with the nearest first point goes first.
         """
-        means = dict[float, tuple[bool, float]]()
+        order = dict[float, tuple[bool, float]]()
         for rate, trainings in self._trainings(arm).items():
             found = [at(one.kl[:1], one.reward[:1], target)[0] for one in trainings]
             if not np.isnan(found).any():
-                means[rate] = (_between_points(trainings, target), float(np.mean(found)))
-        return sorted(means, key=lambda rate: means[rate], reverse=True)
+                measured = _between_points(trainings, target)
+                nearest = -float(np.mean([one.kl[0, 1] for one in trainings]))
+                order[rate] = (measured, float(np.mean(found)) if measured else nearest)
+        return sorted(order, key=lambda rate: order[rate], reverse=True)
 
     def rate_of(self, arm: str, target: float) -> float | None:
         """The first of :meth:`rates_of`; None if there is none."""

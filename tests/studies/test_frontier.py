@@ -87,7 +87,7 @@ def test_a_rate_that_was_measured_around_a_distance_goes_before_one_that_jumped_
     """The second rate would have 0.6 at 4 nats if its path were straight, and nobody knows whether it is."""
     stored_values(tmp_path, "dpo", 0, "one", **{"0.1": ([1, 4], [0.2, 0.4]), "0.2": ([9, 16], [0.9, 1.0])})
     found = Measured(tmp_path, "vader", [0])
-    assert [found.rate_of("dpo", kl) for kl in (0.5, 1, 4, 5)] == [0.2, 0.1, 0.1, 0.2]
+    assert [found.rate_of("dpo", kl) for kl in (0.5, 1, 4, 5)] == [0.1, 0.1, 0.1, 0.2]
     assert [found.is_measured("dpo", kl) for kl in (0.5, 1, 4, 5, 9)] == [False, True, True, False, True]
 
 
