@@ -67,8 +67,6 @@ def check_origin(
     found["settings"] = own["settings"] | found["settings"]
     values = [kind.pop(REFERENCE, None) for kind in (found, own)]
     other = None not in values and not math.isclose(*values, rel_tol=_SAME_REFERENCE)
-    if found == own and not other:
-        return
     what = [
         f"{name} {found[name]} and not {own[name]}"
         for name in ("objective", "number of rows")
@@ -80,11 +78,14 @@ def check_origin(
     ]
     if not what and found["rows"] != own["rows"]:
         what = ["other rows, or the same in another order or with other weights"]
-    what = what or [
-        f"{REFERENCE} {values[0]:.5g} and not {values[1]:.5g}, so its reference was another model"
-    ]
+    if other:
+        what.append(
+            f"{REFERENCE} {values[0]:.5g} and not {values[1]:.5g}, so its reference was another model"
+        )
+    if not what:
+        return
     raise UserError(
-        f"{checkpoint} is of another training: {', '.join(what)}. Continue with the rows and the objective that it was trained with, use "
+        f"{checkpoint} is of another training: {', '.join(what)}. Continue with the model, the rows and the objective that it began with, use "
         "another output_dir, or leave resume_from_checkpoint out. To begin a new training with its weights, pass its folder as the model.",
         code="unusable-checkpoint",
     )
